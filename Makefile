@@ -1,8 +1,8 @@
 # Each target is one line that calls the package in .venv; `make` alone lists them.
 
 PYTHON  ?= python3
-TASK    ?= arc
-MINUTES ?= 5
+TASK    ?= $(if $(filter walk,$(MAKECMDGOALS)),listops,arc)
+MINUTES ?=
 ARGS    ?=
 
 VENV   := .venv
@@ -10,11 +10,12 @@ STAMP  := $(VENV)/.installed
 PY     := $(VENV)/bin/python
 SHELL  := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install run test bench lint notebooks
+.PHONY: help install run walk test bench lint notebooks
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make run        train for MINUTES=$(MINUTES) and leave a valid submission (TASK=$(TASK) ARGS='-p seed=1')"
+	@echo "make run        train and leave a valid submission (TASK=$(TASK) MINUTES=5 ARGS='-p seed=1')"
+	@echo "make walk       go through a notebook in the terminal (TASK=listops)"
 	@echo "make test       the tests (ARGS='-k resume')"
 	@echo "make bench      the benchmarks"
 	@echo "make lint       style, formatting, and whether the notebook pairs agree"
@@ -22,7 +23,10 @@ help:
 	@echo "make install    only set up .venv (PYTHON=$(PYTHON); the other targets do it by themselves)"
 
 run: $(STAMP)
-	@exec $(PY) -m timebox run $(TASK) --minutes $(MINUTES) $(ARGS)
+	@exec $(PY) -m timebox run $(TASK) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
+walk: $(STAMP)
+	@exec $(PY) -m timebox walk $(TASK) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 test: $(STAMP)
 	@exec $(PY) -m pytest $(ARGS)

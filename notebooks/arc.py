@@ -100,8 +100,8 @@ show.parts(session.task.model())
 # %% [markdown]
 # ## The schedule
 #
-# The learning rate follows the clock, not a number of steps: on a slower machine the run takes
-# fewer steps and is annealed all the same.
+# Where the clock ends the run, the learning rate follows the clock, not a number of steps: on a
+# slower machine the run takes fewer steps and is annealed all the same.
 
 # %%
 show.schedule(session)

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from toy import Toy, child, process, train, wait_for
 
-from timebox import record
-from timebox.cli import FAILED, OK, USAGE, _farewell, main
+from timebox import files, record
+from timebox.cli import FAILED, OK, USAGE, Wanted, _farewell, main
+from timebox.settings import own_names
 from timebox.tasks.arc.score import ATTEMPTS
 
 
@@ -53,6 +55,13 @@ def said(capsys):
     (["run", "arc", "-p", "views=0", "--no-notebook"], ["views must be from 1"]),
     (["run", "arc", "-p", "batch_tokens=-5", "--no-notebook"], ["batch_tokens must be from 0"]),
     (["run", "../x"], ["'../x'", "task"]),
+    (["walk"], ["TASK"]),
+    (["walk", "ark"], ["'ark'", "arc"]),
+    (["walk", "arc", "-p", "lrr=3"], ["no parameter 'lrr'", "'lr'"]),
+    (["walk", "arc", "--minutes", "-1"], ["positive number of minutes"]),
+    (["plot"], ["RUN"]),
+    (["plot", "x"], ["no run 'x'", "holds no runs"]),
+    (["check", "x.json"], ["--challenges"]),
     (["score", "x.json"], ["--solutions"]),
 ])  # fmt: skip
 def test_a_mistake_in_the_command_is_said_in_words_and_exits_2(tmp_path, capsys, arguments, words):
@@ -327,3 +336,164 @@ def test_broken_challenges_or_solutions_exit_1_with_a_message(two, capsys, text)
         out, err = said(capsys)
         assert code == FAILED, (command, out)
         assert (out + err).strip()
+
+
+# --- the budget that was not given
+
+
+@pytest.mark.parametrize("extra", [[], ["--no-notebook"]])
+def test_without_a_budget_the_notebooks_own_counts(tmp_path, monkeypatch, extra):
+    """Its parameters cell says how long it takes; five minutes is not right for every task."""
+    source = tmp_path / "notebooks" / "arc.py"
+    source.parent.mkdir()
+    source.write_text(NOTEBOOK.replace("minutes: float = 5.0", "minutes: float = 0.75"))
+    monkeypatch.setattr("timebox.notebook.folder", lambda: source.parent)
+    wanted = []
+    for name in ("_run_plainly", "_run_notebook"):
+        monkeypatch.setattr(f"timebox.cli.{name}", lambda *given: wanted.append(given[0]) or (1, 0))
+    monkeypatch.setattr("timebox.cli._farewell", lambda *given: OK)
+    main(["run", "arc", "--root", str(tmp_path), *extra])
+    main(["run", "arc", "--root", str(tmp_path), *extra, "--minutes", "2"])
+    main(["run", "arc", "--root", str(tmp_path), *extra, "--hours", "2"])
+    assert [60 * w.hours for w in wanted] == pytest.approx([0.75, 2, 120])
+
+
+@pytest.mark.parametrize("shown", ["lr", "learning_rate"])
+def test_a_setting_reaches_the_notebook_by_the_name_that_it_shows(tmp_path, shown):
+    source = tmp_path / "arc.py"
+    source.write_text(NOTEBOOK.replace("more: dict", f"{shown}: float = 0.0\nmore: dict"))
+    for given in ("lr", "learning_rate"):
+        settings = own_names({given: 0.5, "num_epochs": 3})
+        wanted = Wanted("arc", source, 0.0, 1.0, tmp_path / "submissions" / "r", settings)
+        passed = wanted.for_notebook()
+        assert passed[shown] == 0.5 and passed["more"] == {"epochs": 3}
+        assert (passed["minutes"], passed["run"], passed["root"]) == (60, "r", str(tmp_path))
+
+
+# --- timebox plot, score and check of a run
+
+
+def test_the_curves_of_a_run_are_drawn_from_its_files(tmp_path, capsys):
+    train(tmp_path, max_steps=40, log_every_seconds=0.001, eval_every_epochs=2)
+    folder = tmp_path / "submissions" / "r"
+    for what in ("r", str(folder)):
+        assert main(["plot", what, "--root", str(tmp_path)]) == OK
+        out = said(capsys)[0]
+        for words in ("Training loss", "Validation: exact", "● best", "minutes of the run"):
+            assert words in out
+        assert "went into training steps" in out
+        assert out.splitlines()[-2:] == [str(folder / "curves.png"), str(folder / "minutes.png")]
+        listed = record.read(folder)["files"]
+        for name in ("curves.png", "minutes.png"):
+            assert (folder / name).read_bytes()[:4] == b"\x89PNG"
+            assert listed[name]["sha256"] == files.sha256(folder / name)
+
+
+def test_the_curves_of_running_and_of_killed_runs_are_drawn_too(tmp_path, capsys):
+    settings = {"hours": 0.05, "log_every_seconds": 0.01}
+    run = process(child, tmp_path, {}, settings, {"batch": 0.002})
+    wait_for(tmp_path / "at-batch", run)
+    time.sleep(0.3)
+    folder = tmp_path / "submissions" / "r"
+    assert main(["plot", "r", "--root", str(tmp_path)]) == OK
+    assert run.is_alive() and (folder / "curves.png").exists()
+    os.kill(run.pid, signal.SIGKILL)
+    run.join()
+    said(capsys)
+    assert main(["plot", "r", "--root", str(tmp_path)]) == OK
+    assert "Training loss" in said(capsys)[0]
+    assert record.read(folder)["status"] == "killed"
+
+
+@pytest.mark.parametrize("command", ["plot", "score", "check"])
+def test_a_run_that_is_not_there_is_named_with_the_nearest(tmp_path, capsys, command):
+    train(tmp_path, name="night", max_steps=2)
+    (tmp_path / "submissions" / "empty").mkdir()
+    for what, words in (
+        ("nigt", "there is no run 'nigt'; did you mean 'night'?"),
+        ("xyz", "there is no run 'xyz'; known: night"),
+        (str(tmp_path), f"the folder {tmp_path} holds no run.json of a run"),
+    ):
+        assert main([command, what, "--root", str(tmp_path)]) == USAGE
+        assert words in said(capsys)[1]
+    assert main([command, "empty", "--root", str(tmp_path)]) == USAGE
+    assert "empty" in said(capsys)[1]
+    assert main([command, "xyz", "--root", str(tmp_path / "nowhere")]) == USAGE
+    assert "holds no runs" in said(capsys)[1]
+
+
+@pytest.fixture
+def judged(tmp_path, monkeypatch):
+    """A run of the toy, which can be built anew by its name; and the options it was built with."""
+    built = []
+
+    def rebuild(name, **options):
+        built.append((name, options))
+        return Toy(seed=options["seed"]).task()
+
+    train(tmp_path, max_steps=30, seed=3)
+    folder = tmp_path / "submissions" / "r"
+    package = types.ModuleType("timebox.tasks.toy")
+    package.task = lambda seed=0, size=16: None
+    monkeypatch.setitem(sys.modules, "timebox.tasks.toy", package)
+    monkeypatch.setattr("timebox.tasks.names", lambda: ["arc", "toy"])
+    monkeypatch.setattr("timebox.tasks.load_task", rebuild)
+    data = json.loads((folder / "run.json").read_text())
+    data["parameters"] = {**data["parameters"], "size": 32}
+    (folder / "run.json").write_text(json.dumps(data))
+    return folder, built
+
+
+def test_a_run_is_scored_again_beside_its_baselines_and_stays_as_it_is(judged, capsys):
+    folder, built = judged
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    exact = record.read(folder)["scores"]["evaluation"]["exact"]
+    assert main(["score", "r", "--root", str(folder.parent.parent)]) == OK
+    out = said(capsys)[0]
+    assert f"{exact:.4f}" in out and "always the first" in out and "50 of 50" in out
+    assert main(["score", str(folder), "--json"]) == OK
+    found = json.loads(said(capsys)[0])
+    assert (found["run"], found["task"], found["evaluation"]["exact"]) == ("r", "toy", exact)
+    assert found["baselines"]["evaluation"].keys() == {"always the first"}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert built[0] == ("toy", {"seed": 3, "size": 32}), "with its own seed and options"
+
+
+def test_a_run_is_checked_by_its_task(judged, capsys):
+    folder, _ = judged
+    assert main(["check", "r", "--root", str(folder.parent.parent)]) == OK
+    assert said(capsys)[0] == f"the submission in {folder} is valid\n"
+    (folder / "submission.json").write_text("[1]")
+    assert main(["check", str(folder)]) == FAILED
+    assert "is not 50 numbers" in said(capsys)[0]
+    assert main(["check", str(folder), "--json"]) == FAILED
+    found = json.loads(said(capsys)[0])
+    assert found["valid"] is False and "is not 50 numbers" in found["problems"][0]
+    assert main(["score", str(folder)]) == FAILED, "no score of what is not valid"
+    assert "is not 50 numbers" in said(capsys)[1]
+    (folder / "submission.json").unlink()
+    assert main(["check", str(folder)]) == FAILED
+    assert "submission.json" in said(capsys)[0]
+
+
+@pytest.mark.parametrize(("command", "option"), [("score", "solutions"), ("check", "challenges")])
+def test_a_bare_file_needs_what_to_judge_it_by(judged, two, capsys, command, option):
+    folder, _ = judged
+    assert main([command, str(two / "sub.json")]) == USAGE
+    assert f"a submission file needs --{option} FILE\n" in said(capsys)[1]
+    assert main([command, "no-such-file.json"]) == USAGE
+    assert f"--{option} FILE" in said(capsys)[1]
+    file = str(folder / "submission.json")
+    assert main([command, file]) == USAGE
+    assert f"name the run alone, {folder}" in said(capsys)[1]
+    for what in (file, str(folder), "r"):
+        root = ["--root", str(folder.parent.parent)]
+        assert main([command, what, f"--{option}", str(two / f"{option[0]}.json"), *root]) == USAGE
+        err = said(capsys)[1]
+        assert "the task 'toy'" in err and f"no --{option}" in err
+
+
+def test_a_check_can_be_read_by_machines(two, capsys):
+    arguments = ["check", str(two / "sub.json"), "--challenges", str(two / "c.json"), "--json"]
+    assert main(arguments) == OK
+    assert json.loads(said(capsys)[0]) == {"valid": True, "problems": []}

@@ -12,7 +12,10 @@ import torch
 
 from timebox import tasks
 from timebox.clock import Clock
+from timebox.device import pick
+from timebox.session import resolve
 from timebox.settings import SettingError, Settings, parameters
+from timebox.step import _gradients
 
 NAMES = ["submission.json", "eval_predictions.json"]
 
@@ -168,6 +171,16 @@ def test_the_loss_of_a_batch_is_the_sum_over_its_pieces(task, model):
     assert float(sum(pieces).detach()) == pytest.approx(whole, rel=1e-3)
 
 
+def test_what_is_logged_is_a_mean_however_the_batch_is_cut(task):
+    """Over micro-batches and over ranks the engine weights the means again."""
+    torch.manual_seed(0)
+    model = task.model().eval()
+    device = pick("cpu", "fp32", "off", 60)
+    batch = task.data.batch(0)
+    logs = [_gradients(model, device.scaler(), device, batch, pieces)[1] for pieces in (1, 2)]
+    assert logs[1] == pytest.approx(logs[0], rel=0.02, abs=1e-3)
+
+
 def test_a_few_steps_on_one_batch_lower_its_loss(task):
     torch.manual_seed(0)
     model = task.model()
@@ -190,8 +203,32 @@ def test_the_score_has_its_metric_and_says_on_how_many_items(task, model):
         found = task.score(model, share(), 5)
     assert found["items"] == 5 <= found["items_total"]
     assert isinstance(found[task.metric], float)
+    assert isinstance(found.get("loss"), float) == task.validation_loss
+    assert isinstance(found.get("example", ""), str) and "\n" not in found.get("example", "")
     floor = task.score(None, share(), 5)
     assert floor["items"] == 5 and isinstance(floor[task.metric], float)
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_validation_loss_means_what_the_training_loss_means(task):
+    """An untrained model's losses are near each other; so are those of any two samples."""
+    if not task.validation_loss:
+        pytest.skip("the task measures none")
+    torch.manual_seed(0)
+    model = task.model().eval()
+    with torch.no_grad():
+        trained = [float(model.loss(task.data.batch(step))[0]) for step in range(3)]
+        found = task.score(model, share(), 200)["loss"]
+    assert found == pytest.approx(sum(trained) / 3, rel=0.15)
+
+
+def test_every_recipe_is_made_of_settings_and_options_that_there_are(task):
+    package = importlib.import_module(f"timebox.tasks.{task.name}")
+    for recipe, given in package.RECIPES.items():
+        settings, options, _ = resolve(task.name, {"recipe": recipe})
+        both = {**dataclasses.asdict(settings), **options}
+        assert {name: both[name] for name in given} == given
+        tasks.load_task(task.name, **options)
 
 
 def test_a_score_without_time_scores_nothing_and_does_not_fail(task, model):

@@ -221,3 +221,13 @@ def test_it_learns(kind):
         optimizer.step()
         optimizer.zero_grad()
     assert loss < 0.1
+
+
+@pytest.mark.parametrize("kind, expected", [("muon", {0.5, 0.003, 0.03}), ("adamw", {0.5})])
+def test_a_given_rate_is_muons_or_with_adamw_that_of_everything(kind, expected):
+    model = nn.ModuleDict(
+        {"table": nn.Embedding(4, 8), "up": nn.Linear(8, 8), "head": nn.Linear(8, 2)}
+    )
+    settings = Settings(optimizer=kind, lr=0.5)
+    built = optim.build(model, settings, lr=0.02, adam_lr=0.003, embedding_lr=0.03)
+    assert {group["peak_lr"] for group in built.param_groups} == expected

@@ -108,7 +108,7 @@ def test_seconds_are_counted_by_session_and_in_total(tmp_path):
     stop = lambda s: s == 9 and (tmp_path / "submissions/r/stop").touch()  # noqa: E731
     first = train(tmp_path, Toy(on_batch=stop), max_steps=20)
     second = train(tmp_path, max_steps=20)
-    assert second["seconds_before"]["total"] == pytest.approx(first["seconds"]["total"], abs=0.2)
+    assert second["seconds_before"]["total"] == pytest.approx(first["seconds"]["total"], abs=1.0)
     assert second["seconds_before"]["train"] == pytest.approx(first["seconds"]["train"], abs=0.01)
     assert second["resumed_from"]["seconds"] == second["seconds_before"]
     assert len(second["sessions"]) == 2

@@ -121,9 +121,8 @@ def test_the_budget_of_a_session_is_positive(tmp_path, minutes):
 
 def test_what_decides_the_weights_is_in_the_identity_and_the_budget_is_not():
     identity = Settings().identity()
-    assert {"optimizer", "lr", "weight_decay", "warmup", "cooldown", "clip", "seed"} == set(
-        identity
-    )
+    shape = {"optimizer", "lr", "weight_decay", "warmup", "cooldown", "clip", "seed"}
+    assert shape | {"select", "plateau_patience", "plateau_factor"} == set(identity)
 
 
 # --- every setting does something

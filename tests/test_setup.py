@@ -23,12 +23,13 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from its own layer and from those above it in this list, never from below.
 LAYERS = (
-    {"clock", "device", "files", "nn", "optim", "settings", "stop", "world"},
+    {"clock", "device", "files", "nn", "optim", "picture", "settings", "sinks", "stop", "text"}
+    | {"world"},
     {"checkpoint", "plan", "progress", "record", "step", "submission", "task", "tasks"},
     {"loop", "run", "session"},
-    {"__main__", "cli", "kernel", "launch", "notebook", "show"},
+    {"__main__", "cli", "kernel", "launch", "notebook", "show", "terminal", "walk"},
 )
-FOR_TASKS = {"clock", "files", "nn", "optim", "settings", "task"}
+FOR_TASKS = {"clock", "files", "nn", "optim", "picture", "settings", "task", "text"}
 TASKS = sorted(p.parent.name for p in PACKAGE.glob("tasks/*/__init__.py"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import time
 from pathlib import Path
@@ -11,9 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from toy import open_session
+from toy import Toy, open_session
 
-from timebox import fit, show, tasks
+from timebox import fit, record, show, tasks
+from timebox.picture import metrics
+from timebox.record import PHASES
 from timebox.tasks.arc import show as arc
 
 
@@ -69,8 +72,66 @@ def test_the_sessions_of_a_run_follow_each_other_on_the_axis(tmp_path):
     lines = [(0.5, 9.0), (1.0, 8.0), (0.25, 7.0), (2.0, 6.0)]
     text = "".join(json.dumps({"kind": "train", "minutes": m, "loss": x}) + "\n" for m, x in lines)
     (tmp_path / "metrics.jsonl").write_text(text + '{"kind": "tra')
-    found = [(line["at"], line["from"], line["loss"]) for line in show._metrics(tmp_path)]
+    found = [(line["at"], line["from"], line["loss"]) for line in metrics(tmp_path)]
     assert found == [(0.5, 0, 9.0), (1.0, 0, 8.0), (1.25, 1.0, 7.0), (3.0, 1.0, 6.0)]
+
+
+def test_the_pictures_have_a_form_for_terminals(trained):
+    schedule, curves, minutes = (
+        show.schedule(trained), show.curves(trained, 0.125), show.minutes(trained)
+    )  # fmt: skip
+    assert schedule.text.startswith("Learning rate, trains from ")
+    assert ", at most 40 steps\n" in schedule.text
+    for words in ("Training loss\n", "Validation: exact\n", "minutes of the run", "┄ floor 12.50%"):
+        assert words in curves.text
+    assert re.search(r"● best \d+\.\d\d%", curves.text)
+    assert "went into training steps\n" in minutes.text
+    assert [line.split()[0] for line in minutes.text.splitlines()[1:]] == [*PHASES, "left"]
+    for picture in (schedule, curves, minutes):
+        assert max(map(len, picture.text.splitlines())) <= 80 and "\x1b" not in picture.text
+        assert picture.path == trained.folder / picture.path.name and picture.path.exists()
+
+
+def test_the_curves_and_minutes_of_a_run_are_drawn_from_its_folder_alone(trained):
+    session, folder = show.curves(trained), show.curves(trained.folder)
+    assert folder.text == session.text and folder.data == session.data
+    assert show.minutes(trained.folder).text == show.minutes(trained).text
+    with pytest.raises(ValueError, match="holds no run.json"):
+        show.curves(trained.folder / "nowhere")
+
+
+def run_of(folder: Path, *lines: dict, better: int = 1) -> Path:
+    """A folder with the files of a run that never was: `lines` of its metrics."""
+    names = dict.fromkeys(record.KEYS)
+    data = {**names, "task": "t", "run": "r", "status": "finished", "metric": "exact"}
+    data |= {"better": better, "budget_seconds": 60, "seconds": {"train": 30.0}}
+    (folder / "run.json").write_text(json.dumps(data))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def evaluation(minutes: float, exact: float, loss: float | None = None, best: bool | None = None):
+    line = {"kind": "evaluation", "minutes": minutes, "exact": exact, "loss": loss, "best": best}
+    return {name: value for name, value in line.items() if value is not None}
+
+
+def test_validation_loss_stands_over_training_loss_where_it_was_measured(tmp_path):
+    train = [{"kind": "train", "minutes": m, "loss": 2.0 - m} for m in (0.1, 0.5, 0.9)]
+    picture = show.curves(run_of(tmp_path, *train, evaluation(0.5, 0.5)))
+    assert picture.alt.startswith("Training loss and validation exact")
+    assert "o validation" not in picture.text
+    picture = show.curves(run_of(tmp_path, *train, evaluation(0.5, 0.5, 3.25)))
+    assert picture.alt.startswith("Training and validation loss and validation exact")
+    assert "⠒ training   o validation" in picture.text and " 3.25 ┤" in "\n " + picture.text
+
+
+def test_the_best_is_the_evaluation_whose_weights_were_kept(tmp_path):
+    """Chosen by loss, or of more items, it need not be the one of the best metric."""
+    scores = evaluation(0.2, 0.5, best=True), evaluation(0.4, 0.75, best=False)
+    assert "● best 50.00%" in show.curves(run_of(tmp_path, *scores)).text
+    scores = evaluation(0.2, 0.5), evaluation(0.4, 0.75)  # nothing is said
+    assert "● best 75.00%" in show.curves(run_of(tmp_path, *scores)).text
+    assert "● best 50.00%" in show.curves(run_of(tmp_path, *scores, better=-1)).text
 
 
 def test_the_results_stand_beside_the_baselines(trained):
@@ -81,9 +142,16 @@ def test_the_results_stand_beside_the_baselines(trained):
     assert results.index.name == "50 of 50 items"
 
 
+def test_results_of_the_floor_are_called_so(tmp_path):
+    session = open_session(tmp_path, Toy(scores=lambda measured: 0.0), max_steps=8)
+    fit(session)
+    assert list(show.results(session).columns) == ["this run (the floor)", "always the first"]
+
+
 def test_shares_are_percent_and_other_numbers_are_not():
     rows = {"run": {"exact": 0.125, "bits_per_byte": 0.98, "items": 1234, "tie_break": 1.0}}
     rows["uniform"] = {"exact": 0.0, "bits_per_byte": 8.0}
+    rows["run"] |= {"by_class": {"1": 0.5}, "example": "1 + 1 = 2"}  # no columns of a table
     assert show.table(rows).to_dict("index") == {
         "run": {"exact": "12.50%", "bits per byte": "0.98", "items": "1,234"},
         "uniform": {"exact": "0.00%", "bits per byte": "8", "items": ""},

@@ -115,9 +115,12 @@ class Toy:
     scores: Callable[[float], float] = lambda measured: measured  # bend what a whole one says
     answers: Callable[[list], list] = lambda answers: answers  # bend what is exported
     views: int = 1  # what an export says voted for it
+    losses: Callable[[int], float] | None = None  # the n-th evaluation's validation loss
+    example: str = ""
     events: list[str] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)  # share of the peak rate, step by step
     data: ToyData = field(init=False)
+    evaluations: int = 0
 
     def task(self) -> Task:
         held_out = torch.randn(self.items, WIDTH, generator=torch.Generator().manual_seed(99))
@@ -140,7 +143,12 @@ class Toy:
                 seen == self.items and model is not None
             ):  # not a small one that shows what an item costs
                 exact = self.scores(exact)
-            return {"exact": exact, "items": seen, "items_total": self.items, "tie_break": 0.0}
+            beside = {"example": self.example} if self.example else {}
+            if self.losses is not None and model is not None:
+                self.evaluations += 1
+                beside["loss"] = self.losses(self.evaluations)
+            found = {"exact": exact, "items": seen, "items_total": self.items, "tie_break": 0.0}
+            return {**found, **beside}
 
         def export(model, folder, share):
             self.events.append("floor" if model is None else "export")
@@ -187,7 +195,10 @@ class Toy:
             self.on_model()
             return ToyModel(self.dropout, self.on_loss, self.hidden)
 
-        return Task("toy", "exact", 1, self.data, model, optimizer, score, export, report, check)
+        return Task(
+            "toy", "exact", 1, self.data, model, optimizer, score, export, report, check,
+            validation_loss=self.losses is not None,
+        )  # fmt: skip
 
 
 def open_session(root: Path, toy: Toy | None = None, name: str = "r", **given: Any) -> Session:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from timebox import files
+from timebox.settings import Settings
 
 FORMAT = 1
 PARTS = {"format", "identity", "device", "position", "model", "optimizer", "scaler", "random"}
@@ -79,7 +80,9 @@ def read(path: Path) -> dict[str, Any]:
 
 def differences(state: dict[str, Any], identity: dict[str, Any]) -> list[str]:
     """One line for each thing in which a checkpoint's identity differs from the run's."""
-    old = state["identity"]
+    # A checkpoint may be older than a setting: then it was made with what is the default now.
+    defaults = {n: value for n, value in Settings().identity().items() if n in identity}
+    old = {**defaults, **state["identity"]}
     return [
         f"{name}: checkpoint {old.get(name)!r}, this run {identity.get(name)!r}"
         for name in sorted({*old, *identity})
@@ -143,6 +146,11 @@ class Store:
         self._write_manifest()
         for name in dropped:
             (self.folder / name).unlink(missing_ok=True)
+
+    def keep_last_as(self, name: str) -> None:
+        """Keep the checkpoint just saved under a name of its own, which nothing rotates away."""
+        self._link("last.pt", name, self.manifest["last.pt"])
+        self._write_manifest()
 
     def load(self) -> dict[str, Any] | None:
         """The newest whole checkpoint; a damaged one is put aside, said, and stood in for.

@@ -12,9 +12,34 @@ import time
 from collections import defaultdict, deque
 from contextlib import contextmanager
 
+_paused = {"seconds": 0.0, "since": None}  # of this process: since None, time goes on
+
+
+@contextmanager
+def paused():
+    """While inside, time stands still for every clock of this process: somebody is reading."""
+    if _paused["since"] is not None:  # already standing still
+        yield
+        return
+    _paused["since"] = time.monotonic()
+    try:
+        yield
+    finally:
+        _paused["seconds"] += time.monotonic() - _paused["since"]
+        _paused["since"] = None
+
+
+def paused_seconds() -> float:
+    """Seconds of this process that were spent in `paused`."""
+    since = _paused["since"]
+    return _paused["seconds"] + (0.0 if since is None else time.monotonic() - since)
+
 
 def session_start() -> float:
-    """Unix time at which this session began: ``TIMEBOX_START`` where a caller set it, else now."""
+    """Unix time at which this session began: ``TIMEBOX_START`` where a caller set it, else now.
+
+    What was spent in `paused` since then does not count, so the start lies as much later.
+    """
     given = os.environ.get("TIMEBOX_START", "")
     if not given:
         return time.time()
@@ -24,7 +49,7 @@ def session_start() -> float:
         raise ValueError(f"TIMEBOX_START must be a Unix time in seconds, not {given!r}") from None
     if not 0 <= time.time() - start < 30 * 86400:
         raise ValueError(f"TIMEBOX_START must lie within the last 30 days, not {given!r}")
-    return start
+    return start + paused_seconds()
 
 
 class Clock:
@@ -38,13 +63,17 @@ class Clock:
         if not seconds > 0:
             raise ValueError(f"a budget is a positive number of seconds, not {seconds!r}")
         self.seconds = float(seconds)
-        self.now = now
+        self._source = now
         self.stop = stop or (lambda: None)
         # A wall clock may be set back while a run goes on; it is read once and never again.
-        self.started = now() - (max(0.0, time.time() - start) if start is not None else 0.0)
+        self.started = self.now() - (max(0.0, time.time() - start) if start is not None else 0.0)
         self._spent: dict[str, float] = defaultdict(float)
         self._phases = ["setup"]
         self._since = self.started
+
+    def now(self) -> float:
+        """Seconds of the monotonic source; it stands still in `paused`."""
+        return self._source() - paused_seconds()
 
     def elapsed(self) -> float:
         """Seconds since the session began."""

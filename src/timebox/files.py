@@ -54,6 +54,13 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
 
+def refuse(path: Path, problems: list[str]) -> None:
+    """Where a file has any `problems`, a ValueError with the first of them."""
+    if problems:
+        more = f" and {len(problems) - 5} more problems" if len(problems) > 5 else ""
+        raise ValueError(f"{path} is not valid: {'; '.join(problems[:5])}{more}")
+
+
 def sha256(path: Path) -> str:
     """The file's SHA-256, in hexadecimal."""
     with open(path, "rb") as file:

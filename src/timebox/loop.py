@@ -57,7 +57,7 @@ def train(run: Run) -> str:
             return ended
         if evaluate:
             key = run.evaluate()
-            if key is not None and key == run.position.best:
+            if key is not None and key == run.position.best and plan.export_due():
                 run.submit(key, plan.short_share(run.position))
             continue  # that took time: look again
         if save:
@@ -67,7 +67,8 @@ def train(run: Run) -> str:
         # One step, at the rate of how far the schedule has come.
         with run.clock.phase("train"):
             began = run.clock.now()
-            run.position.progress = run.world.told(plan.progress_after(run.position))
+            planned = plan.progress_after(run.position), run.position.rate_scale
+            run.position.progress, run.position.rate_scale = run.world.told(planned)
             rate = optim.rate(run.position.progress, settings.warmup, settings.cooldown)
             batch = run.task.data.batch(run.position.step, run.world.rank, run.world.size)
             step = run.step(batch, rate)
@@ -89,13 +90,13 @@ def finish(run: Run, reason: str) -> None:
     wanted = run.settings.grace_seconds if asked else plan.final(run.position)
     run.save()
     share = run.clock.share(min(wanted, run.clock.left() - plan.tail))
+    complete = plan.complete(run.position, reason)
     fresh = run.position.evaluated != run.position.step
-    key = run.use_best_weights(than=run.evaluate(share.part(0.6)) if fresh else None)
+    key = run.use_best_weights(than=run.evaluate(share.part(0.6), complete) if fresh else None)
     if key is not None:
         run.submit(key, share)
     if run.world.chief:
         report(run.session)
-        complete = plan.complete(run.position, reason)
         if complete:
             run.record.data["command"] = run.session.further
         run.record.end("finished" if complete else "stopped", reason)
@@ -103,10 +104,17 @@ def finish(run: Run, reason: str) -> None:
 
 def report(session: Session) -> None:
     """Score the predictions that stand in the run's folder by the evaluation answers."""
+    floor = session.submission.is_floor()
+    if floor:
+        session.record.warn(
+            "no weights scored better than the floor on validation: the scores of this run are "
+            "those of the floor submission"
+        )
     with session.clock.phase("score"):
         found = session.task.report(session.folder)
     session.record.data["scores"]["evaluation"] = found["evaluation"]
     session.record.data["baselines"] = found["baselines"]
+    session.record.data["submission"]["floor"] = floor
 
 
 def _reason(error: Exception) -> str:

@@ -37,8 +37,9 @@ def build(
     """The optimizer of `model` under `settings`: matrices by Muon or AdamW, all else by AdamW.
 
     `lr` is Muon's peak rate; with settings.optimizer "adamw" the matrices take `adam_lr`.
-    settings.lr, where it is not 0, replaces either. Embedding tables get `embedding_lr`
-    (0: `adam_lr`); the linear layer called `head` and everything with one dimension `adam_lr`.
+    Embedding tables get `embedding_lr` (0: `adam_lr`); the linear layer called `head` and
+    everything with one dimension `adam_lr`. settings.lr, where it is not 0, replaces Muon's rate;
+    with "adamw" it is the rate of everything, as other trainers have it.
     Only matrices and the head decay: a row of a table is seldom used and would fade.
     """
     tables = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
@@ -52,11 +53,13 @@ def build(
             parts["head" if head in name.split(".") else "matrices"].append(parameter)
     kind = settings.optimizer
     peak = {
-        "matrices": settings.lr or (lr if kind == "muon" else adam_lr),
+        "matrices": lr if kind == "muon" else adam_lr,
         "head": adam_lr,
         "embeddings": embedding_lr or adam_lr,
         "vectors": adam_lr,
     }
+    if settings.lr:
+        peak |= {"matrices": settings.lr} if kind == "muon" else dict.fromkeys(peak, settings.lr)
     groups = [
         {
             "params": parameters,

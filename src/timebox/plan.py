@@ -10,7 +10,8 @@ from timebox.clock import Clock, Costs, Share
 from timebox.settings import Settings
 
 # Shares of the session. The fixed part is in seconds, because short runs must evaluate too.
-EVALUATIONS = (0.01, 4.5)  # for evaluations and exports during training
+EVALUATIONS = (0.005, 2.25)  # for evaluations during training
+EXPORTS = (0.005, 2.25)  # for exports during training
 FINAL = (0.008, 4.5)  # for the last evaluation and the best submission
 FINAL_MOST = 60.0  # seconds; more votes than fit into that change nothing
 SAVE_SHARE = 0.04  # of the time at most, for checkpoints: the promise is 5%
@@ -30,12 +31,16 @@ class Position:
     floor: list[float] | None = None  # key of the floor submission
     best: list[float] | None = None  # key of the best evaluation
     best_scores: dict[str, Any] = field(default_factory=dict)
+    to_beat: list[float] | None = None  # the same among those that count for the next three
     stale: int = 0  # evaluations since then
+    plateau: int = 0  # evaluations since then or since the rate last fell for it
+    since: dict[str, float] = field(default_factory=dict)  # sums of training since the last one
+    overfitting: bool = False  # it was said
     evaluated: int = -1  # step of the last evaluation
     ended: str = ""  # why, once training has ended
     items: int | None = None  # validation items per evaluation
     pieces: int = 1  # micro-batches per step
-    rate_scale: float = 1.0  # lowered by each roll-back
+    rate_scale: float = 1.0  # lowered by each roll-back and on a plateau
     rollbacks: int = 0
     trouble: int = 0  # step at which the last of them began
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, sessions before this one
@@ -59,6 +64,8 @@ class Plan:
         self.end_step = min((n for n in limits if n > 0), default=math.inf)
         self.begun = self.last_save = self.last_evaluation = clock.elapsed()
         self.evaluations = 0
+        self.kept_step = -1  # of the last epoch whose checkpoint was kept
+        self.last_export: float | None = None
         self.first_steps = 0
 
     # --- how far the schedule has come
@@ -163,6 +170,21 @@ class Plan:
         room = max(0.0, self.clock.left() - self.reserve(position))
         return self.clock.share(min(room, 0.05 * self.clock.seconds))
 
+    def export_due(self) -> bool:
+        """True if predictions of better weights are to be exported now: the first ones always.
+
+        An export may cost many times what the evaluation does that found them better.
+        """
+        if self.last_export is None:
+            return True
+        share = self._allowance(EXPORTS) / self.clock.seconds
+        cost = self.costs.forecast("export") or 0.0
+        return self.clock.elapsed() - self.last_export >= cost / share
+
+    def exported(self) -> None:
+        """An export begins now."""
+        self.last_export = self.clock.elapsed()
+
     def evaluated(self) -> None:
         """An evaluation begins now."""
         self.last_evaluation = self.clock.elapsed()
@@ -192,7 +214,8 @@ class Plan:
         else:
             share = self._allowance(EVALUATIONS) / self.clock.seconds
             # Never more often than there is a line about it, however cheap it is.
-            due = self.last_evaluation + max(cost / share, s.log_every_seconds) - now
+            score = self.costs.forecast("score", position.items or 1) or 0.0
+            due = self.last_evaluation + max(score / share, s.log_every_seconds) - now
         # One that would come right before the last one tells nothing new.
         room = self.clock.left() - self.reserve(position) - max(0.0, due)
         return max(0.0, due) if room > cost + 0.02 * self.clock.seconds else math.inf
@@ -220,9 +243,18 @@ class Plan:
         spent = self.clock.spent().get("save", 0.0) + (self.costs.forecast("save") or 0.0)
         return spent <= SAVE_SHARE * (self.clock.elapsed() + 0.2 * self.clock.seconds)
 
+    def epoch_to_keep(self, position: Position) -> int:
+        """The epoch that ends here, if its checkpoint is to be kept and is not yet; else 0."""
+        steps = self.settings.save_every_epochs * self.epoch_steps
+        if not steps or position.step % steps or position.step in (0, self.kept_step):
+            return 0
+        return position.step // self.epoch_steps
+
     def save_due(self, position: Position) -> bool:
         """True if a checkpoint should be written before the next step, and fits."""
         cost = self.costs.forecast("save") or 0.0
+        if self.epoch_to_keep(position):  # asked for, whatever share of the time it takes
+            return self.clock.left() - self.reserve(position) > cost
         waited = self.clock.elapsed() - self.last_save
         due = waited >= max(self._save_interval(), cost / SAVE_SHARE)
         room = self.clock.left() - self.reserve(position) > cost

@@ -80,13 +80,15 @@ class Progress:
             f"Validation at step {position.step}  {_numbers(named)}  ({items})"
             + ("  best so far" if best else "")
         )
+        if "example" in scores:
+            self.say(f"  {scores['example']}")
 
     def _line(self, position: Position, means: dict[str, float], speed: float) -> None:
         plan = self.plan
-        epoch = position.step // plan.epoch_steps + 1
+        epoch = (position.step - 1) // plan.epoch_steps + 1  # of the step just taken
         epochs = f"/{plan.settings.epochs}" if plan.settings.epochs else ""
         step_seconds = plan.costs.mean("step") or 0.0
-        ends = (plan.epoch_steps - position.step % plan.epoch_steps) * step_seconds
+        ends = -position.step % plan.epoch_steps * step_seconds
         following = plan.evaluation_in(position)
         self.say(
             f"Epoch {epoch}{epochs}  step {position.step}  {_numbers(means)}  "
@@ -101,7 +103,11 @@ class Progress:
 
 
 def _numbers(values: dict[str, float]) -> str:
-    return "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
+    return "  ".join(
+        # A small loss still tells something, in two digits of its own.
+        f"{name.replace('_', ' ')} {value:{'.3f' if not 0 < abs(value) < 0.01 else '.1g'}}"
+        for name, value in values.items()
+    )
 
 
 def _time(seconds: float) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from timebox import files
 from timebox.clock import Clock
+from timebox.sinks import CLOSE_SECONDS, Sink
 
 PHASES = ("setup", "train", "score", "save", "export")
 KEYS = {"task", "run", "status", "reason", "metric", "better", "scores", "baselines", "seconds"}
@@ -51,6 +52,7 @@ class Record:
     ):
         self.folder, self.clock, self.say, self.writes = folder, clock, say, writes
         self.earlier = earlier  # what run.json said before this session
+        self.sinks: list[Sink] = []  # where metrics go besides; the session opens them
         self._lines: list[str] = []
         self.data: dict[str, Any] = {
             "task": None, "run": folder.name, "status": "running", "reason": None, "error": None,
@@ -85,6 +87,8 @@ class Record:
             return
         line = {"kind": kind, "minutes": round(self.clock.elapsed() / 60, 4), **values}
         self._lines.append(json.dumps(_plain(line)) + "\n")
+        for sink in self.sinks:
+            sink.log(kind, values.get("step", self.data["steps"]), values)
 
     def warn(self, text: str, write: bool = True) -> None:
         """Say `text` once and keep it in run.json."""
@@ -116,6 +120,8 @@ class Record:
         this = {"seconds": round(spent["total"], 3), "steps": self.data["steps"], **ended}
         self.data["sessions"] = [*self.data["sessions"], this]
         self.write(**ended)  # first the waiting lines, then what the files hold
+        for sink in self.sinks:  # they too must have ended by the deadline
+            sink.close(min(CLOSE_SECONDS, max(0.2, self.clock.left() / (2 * len(self.sinks)))))
         self.write(files=list_files(self.folder))
 
     def _write(self, path: Path, text: str) -> None:
@@ -170,6 +176,8 @@ def summary(data: dict[str, Any]) -> str:
     first = max(len(name) for name in rows)
     items, total = evaluation.get("items", 0), evaluation.get("items_total", 0)
     lines = [f"Scores on {items:,} of {total:,} evaluation items"]
+    if data.get("submission", {}).get("floor"):
+        lines[0] += "; no weights beat the floor, so these are the floor submission's"
     lines.append("  ".join([" " * first, *columns]))
     for name in rows:
         cells = (

@@ -14,6 +14,10 @@ from timebox.progress import Means, Progress
 from timebox.session import Session
 from timebox.step import Step, take
 
+# Of a position: what an evaluation moves.
+COUNTED = ("to_beat", "stale", "plateau", "since", "evaluated", "rate_scale", "overfitting")
+OVERFITTING = 1.2  # times the training loss
+SMALL_LOSS = 0.01  # below it, a ratio says nothing
 ROLLBACKS = 3  # in a row, each halving the rate; after the last one the run gives up
 EPOCHS_KEPT = 500  # in run.json and the checkpoint, which are written whole
 
@@ -35,6 +39,7 @@ class Run:
         self.optimizer = self.task.optimizer(self.model, self.settings)
         self.scaler = self.device.scaler()
         self.costs, self.position = Costs(), Position()
+        self.uncounted: dict[str, Any] = {}  # what the checkpoint says of COUNTED instead
         if session.weights is not None:
             self.model.load_state_dict(session.weights)
         if session.state is not None:
@@ -58,7 +63,9 @@ class Run:
             f"in {data.steps:,} steps"
         )
         self.write()
-        if session.state is None:
+        if session.state is not None:
+            self.plan.kept_step = self.position.step
+        else:
             self.save()  # something to roll back to, and proof that saving works and what it costs
 
     # --- one step
@@ -85,6 +92,7 @@ class Run:
         position.epoch_examples += step.examples
         if step.taken:
             Means(position.epoch_sums).add(step)
+            Means(position.since).add(step)
         else:
             self.event("skipped a step: loss or gradient is not finite")
         if position.step % data.steps == 0:
@@ -116,9 +124,15 @@ class Run:
 
     # --- once in a while
 
-    def evaluate(self, share: Share | None = None) -> list[float] | None:
-        """Score the weights on validation, keep the best; the key, or None if time ran out."""
+    def evaluate(self, share: Share | None = None, counts: bool = True) -> list[float] | None:
+        """Score the weights on validation, keep the best; the key, or None if time ran out.
+
+        One that does not count comes out of turn, because the session ends: the run that goes
+        on from its checkpoint has its patience and its rate from those before.
+        """
         position, plan = self.position, self.plan
+        if not counts:
+            self.uncounted = {name: position.plain()[name] for name in COUNTED}
         position.evaluated = position.step
         plan.evaluated()
         if not self.world.chief:
@@ -134,6 +148,10 @@ class Run:
                     return None
                 fitting = plan.validation_items(scores["items_total"], share)
                 position.items = max(scores["items"], fitting)
+            elif plan.evaluations == 2 and "items_total" in position.best_scores:
+                # The first one was cold: an item may cost much less than it seemed to.
+                fitting = plan.validation_items(position.best_scores["items_total"], share)
+                position.items = fitting if fitting > 1.5 * position.items else position.items
             if scores is None or scores["items"] < position.items:
                 scores = self._score(share, position.items)
             # Two items right of two scored is not better than a hundred of two hundred.
@@ -144,23 +162,50 @@ class Run:
                 position.floor = self._floor_key(scores["items"])
         best = position.best is None or key > position.best
         if best:
-            position.best, position.best_scores, position.stale = key, scores, 0
-        else:
-            position.stale += 1
+            position.best, position.best_scores = key, scores
+        better = position.to_beat is None or key > position.to_beat
+        position.to_beat = key if better else position.to_beat
+        position.stale = 0 if better else position.stale + 1
+        position.plateau = 0 if better else position.plateau + 1
+        trained = Means(position.since).values().get("loss")
+        position.since = {}
+        beside = {"train_loss": trained} if "loss" in scores and trained is not None else {}
         self.progress.evaluation(scores, position, best)
-        self._remember({"kind": "evaluation", "step": position.step, "best": best, **scores})
+        self._remember(
+            {"kind": "evaluation", "step": position.step, "best": best, **beside, **scores}
+        )
+        self._consider(scores.get("loss"), trained)
         self.write()
-        if self.store.belongs_to_top(key) and plan.save_affordable() and self.save():
+        sound = key[1] > float("-inf")
+        if sound and self.store.belongs_to_top(key) and plan.save_affordable() and self.save():
             with self._tolerant("the list of the best checkpoints", OSError):
                 self.store.keep_last_as_top(key)
         return key
 
+    def _consider(self, loss: float | None, trained: float | None) -> None:
+        """What an evaluation tells beside the score: overfitting, and a rate that is too high."""
+        position, settings = self.position, self.settings
+        known = loss is not None and trained is not None and not position.overfitting
+        if known and loss > max(SMALL_LOSS, OVERFITTING * trained):
+            position.overfitting = True
+            self.record.warn(
+                f"step {position.step}: the validation loss {loss:.3f} is more than {OVERFITTING} "
+                f"times the training loss {trained:.3f}: the model overfits"
+            )
+        if settings.plateau_patience and position.plateau > settings.plateau_patience:
+            position.plateau = 0
+            position.rate_scale *= settings.plateau_factor
+            self.event(
+                f"no improvement in {settings.plateau_patience + 1} evaluations, rate now "
+                f"{position.rate_scale:g} of the planned one"
+            )
+
     def submit(self, key: list[float], share: Share) -> None:
         """Offer the predictions of the present weights, to which validation gave `key`."""
         submission = self.session.submission
-        floor = self.position.floor  # unknown where the checkpoint gone on from is an early one
-        if not self.world.chief or (floor is not None and key < floor):
+        if not self.world.chief or self._below_floor(key):
             return
+        self.plan.exported()
         began, notes = self.clock.now(), None
         refused = (OSError, ValueError)
         with self._tolerant("a submission", *refused), self.clock.phase("export"), self._judging():
@@ -182,6 +227,8 @@ class Run:
         if state is None:
             return than
         self.model.load_state_dict(state["model"])
+        if state["position"]["best"] == kept:
+            self.position.best, self.position.best_scores = kept, state["position"]["best_scores"]
         self.say(f"Best weights by validation: step {state['position']['step']}")
         return kept
 
@@ -191,9 +238,13 @@ class Run:
             self.plan.saved(True)
             return False
         began, saved = self.clock.now(), False
+        epoch = self.plan.epoch_to_keep(self.position)
+        self.plan.kept_step = self.position.step  # also if it fails: it is not tried for ever
         with self._tolerant("a checkpoint", *files.WRITE_ERRORS), self.clock.phase("save"):
             self.store.save(self.state())
             saved = True
+            if epoch:
+                self.store.keep_last_as(f"epoch-{epoch}.pt")
         seconds = self.clock.now() - began
         self.costs.add("save", seconds)
         self.plan.saved(saved)
@@ -237,7 +288,12 @@ class Run:
             "format": checkpoint.FORMAT,
             "identity": self.session.identity,
             "device": {"name": self.device.name, "dtype": self.device.dtype},
-            "position": {**self.position.plain(), "seconds": seconds, "costs": costs},
+            "position": {
+                **self.position.plain(),
+                **self.uncounted,
+                "seconds": seconds,
+                "costs": costs,
+            },
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -250,17 +306,37 @@ class Run:
         if state["scaler"]:  # empty where the sessions before needed none
             self.scaler.load_state_dict(state["scaler"])
         self.position = Position(**state["position"])
+        if self.position.progress < 1:
+            self.position.ended = ""  # that was the session before; this one goes on
         checkpoint.restore_random_state(state["random"], self.device.type)
 
     def _key(self, scores: dict[str, Any]) -> list[float]:
+        judged = self.task.better * scores[self.task.metric]
+        if self.settings.select == "loss":
+            judged = -scores.get("loss", float("inf"))  # of no items there is none
+        # A score that is not a number is the worst.
+        judged = judged if judged == judged else float("-inf")
+        return [float(scores["items"]), judged, scores.get("tie_break", 0.0)]
+
+    def _metric_key(self, scores: dict[str, Any]) -> list[float]:
         metric, tie_break = scores[self.task.metric], scores.get("tie_break", 0.0)
         return [float(scores["items"]), self.task.better * metric, tie_break]
+
+    def _below_floor(self, key: list[float]) -> bool:
+        """True if the floor submission, which has no loss, is better by the metric."""
+        position = self.position
+        if position.floor is None:  # the checkpoint gone on from is an early one
+            return False
+        if self.settings.select == "loss":
+            known = key == position.best
+            return known and self._metric_key(position.best_scores)[:2] < position.floor[:2]
+        return key < position.floor
 
     def _floor_key(self, items: int) -> list[float]:
         # It takes no model and next to no time; if it does take time, any model may replace it.
         scores = self.task.score(None, self.clock.share(0.02 * self.clock.seconds), items)
         cut = scores["items"] < items
-        return [float(items), float("-inf"), float("-inf")] if cut else self._key(scores)
+        return [float(items), float("-inf"), float("-inf")] if cut else self._metric_key(scores)
 
     def _score(self, share: Share, items: int) -> dict[str, Any]:
         began = self.clock.now()

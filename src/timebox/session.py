@@ -23,7 +23,15 @@ from timebox import checkpoint, files, tasks
 from timebox.clock import Clock, session_start
 from timebox.device import Device, pick
 from timebox.record import Record, read
-from timebox.settings import SettingError, Settings, cast_all, check_names, parameters
+from timebox.settings import (
+    SettingError,
+    Settings,
+    cast_all,
+    check_names,
+    own_names,
+    parameters,
+)
+from timebox.sinks import check_sinks, open_sinks
 from timebox.stop import Stop
 from timebox.submission import Submission
 from timebox.task import Task
@@ -63,6 +71,7 @@ def resolve(task: str, given: dict[str, Any]) -> tuple[Settings, dict[str, Any],
     """Settings of the loop, options of the task, and which options may change between sessions.
 
     Both come from one set of names; a SettingError names the first that is unknown or impossible.
+    "recipe" stands for the task's set of that name, behind what else is given.
     """
     check_names([task], tasks.names(), "task")
     package = importlib.import_module(f"timebox.tasks.{task}")
@@ -70,7 +79,13 @@ def resolve(task: str, given: dict[str, Any]) -> tuple[Settings, dict[str, Any],
         name for name in parameters(package.task) if name != "seed"
     ]  # the loop's is the task's
     mine = [f.name for f in fields(Settings)]
-    check_names(given, [*mine, *known], "parameter")
+    given = own_names(given)
+    check_names(given, [*mine, *known, "recipe"], "parameter")
+    if recipe := given.pop("recipe", ""):
+        if not package.RECIPES:
+            raise SettingError(f"the {task} task has no recipes beside its defaults")
+        check_names([recipe], package.RECIPES, f"recipe of the {task} task")
+        given = {**package.RECIPES[recipe], **given}
     settings = Settings(
         **cast_all({n: v for n, v in given.items() if n in mine}, Settings, "setting")
     )
@@ -134,7 +149,7 @@ def command(task: str, settings: Settings, options: dict[str, Any], root, name: 
     defaults = {n: p.default for n, p in inspect.signature(build).parameters.items()}
     defaults |= asdict(Settings())
     changed = [
-        f"-p {n}={shlex.quote(str(value))}"
+        f"-p {n}={shlex.quote(','.join(value) if isinstance(value, tuple) else str(value))}"
         for n, value in (asdict(settings) | options).items()
         if n != "hours" and value != defaults[n]
     ]
@@ -175,7 +190,10 @@ def prepare(
     device = pick(settings.device, settings.dtype, settings.compile, budget, world.local_rank)
     chosen = {"task": task.name, "data": task.data.digest, **settings.identity()}
     identity = {**chosen, **(identity or {})}
-    weights = _weights(settings.weights_from, task)
+    if settings.select == "loss" and not task.validation_loss:
+        raise SettingError(f"select=loss: the {task.name} task measures no validation loss")
+    check_sinks(settings.sinks)
+    weights, weights_warning = _weights(settings.weights_from, task)
     stop = Stop(folder)
     stop.forget_before(began if began is not None else time.time())
     clock = Clock(budget, start=began, now=now, stop=stop)
@@ -203,10 +221,15 @@ def prepare(
             examples_total=task.data.examples, settings=asdict(settings), command=commands[0],
             parameters={**(options or {}), "root": str(root)}, device=device.record(),
         )  # fmt: skip
+        if world.chief:
+            shown = {**asdict(settings), **(options or {})}
+            record.sinks = open_sinks(settings.sinks, folder, name, shown, record.warn)
         say(f"timebox {task.name}, run {name}: {_budget(clock)}")
         say(f"Device: {device.name}, {device.dtype} ({device.reason})")
         if earlier.get("status") == "killed":
             say("The session before was ended by force; what it saved is used.")
+        if weights_warning:
+            record.warn(weights_warning)
         if state is None:
             record.forget_after(-1)  # lines of a session that left no checkpoint
         else:
@@ -219,8 +242,9 @@ def prepare(
             say(f"Valid from now on ({what}): {folder / 'submission.json'}")
         # What comes after the last export (the report, in a notebook its pictures too) takes the
         # longer, the longer this machine took to get here.
-        in_notebook = "ipykernel" in sys.modules
+        in_notebook = not {"ipykernel", "timebox.walk"}.isdisjoint(sys.modules)
         tail = 3.0 + 0.5 * clock.elapsed() if in_notebook else 1.0 + 0.25 * clock.elapsed()
+        tail += 2.0 * len(settings.sinks)
         return Session(
             name, folder, checkpoints, clock, stop, settings, task, identity, device, world, record,
             submission, store, state, weights, commands[1], min(tail, 0.2 * clock.seconds), say,
@@ -274,15 +298,22 @@ def _as_before(device: Device, before: dict[str, str], settings: Settings) -> De
     return replace(device, dtype=before["dtype"], reason=reason)
 
 
-def _weights(path: str, task: Task) -> dict[str, torch.Tensor] | None:
+def _weights(path: str, task: Task) -> tuple[dict[str, torch.Tensor] | None, str]:
+    """The weights in the checkpoint `path`, and a warning if they were trained on other data."""
     if not path:
-        return None
-    weights = checkpoint.read(Path(path).expanduser())["model"]
+        return None, ""
+    state = checkpoint.read(Path(path).expanduser())
+    weights = state["model"]
     try:
         task.model().load_state_dict(weights)
     except RuntimeError as error:
         raise SettingError(f"weights_from {path} holds another model: {error}") from None
-    return weights
+    same = state["identity"].get("data") == task.data.digest
+    warning = "" if same else (
+        "the weights were trained on other data, or in another split of it: they may have seen "
+        "some of what judges this run"
+    )  # fmt: skip
+    return weights, warning
 
 
 def _budget(clock: Clock) -> str:

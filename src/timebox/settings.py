@@ -30,13 +30,18 @@ class Settings:
     epochs: int = session(0)  # end after so many epochs; 0: no limit
     max_steps: int = session(0)  # end after so many steps; 0: no limit
     patience: int = session(0)  # evaluations without improvement before an early stop; 0: never
+    select: Literal["metric", "loss"] = "metric"  # by which validation judges what is better
+    plateau_patience: int = 0  # evaluations without improvement until the rate falls; 0: never
+    plateau_factor: float = 0.5  # by which it then falls
     save_every_minutes: float = session(30.0)  # at least three in a short run; cost capped at 5%
+    save_every_epochs: int = session(0)  # keep a checkpoint of each n-th epoch, epoch-N.pt
     eval_every_minutes: float = session(0.0)  # 0: as often as 1 to 3% of the time pays for
     eval_every_epochs: int = session(0)  # evaluate at the end of each n-th epoch instead
     eval_items: int = session(0)  # validation items per evaluation; 0: as many as are cheap
     grace_seconds: float = session(15.0)  # for the last score and export after a stop request
     log_every_seconds: float = session(15.0)  # one line of progress, one of metrics.jsonl
     keep_top: int = session(3)  # checkpoints kept by validation score, the best included
+    sinks: tuple[str, ...] = session(())  # where metrics go beside metrics.jsonl; timebox.sinks
     optimizer: Literal["muon", "adamw"] = "muon"  # for the matrices; all else is AdamW's
     lr: float = 0.0  # peak rate of the matrices; 0: the task's own
     weight_decay: float = 0.1  # decoupled, so it follows the rate
@@ -57,6 +62,10 @@ class Settings:
             value = getattr(self, f.name)
             if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
                 raise SettingError(f"{f.name} must be a number from 0 on, not {value}")
+        if not 0 < self.plateau_factor < 1:
+            raise SettingError(
+                f"plateau_factor must lie between 0 and 1, not be {self.plateau_factor:g}"
+            )
         if self.seed >= 2**32:
             raise SettingError(f"seed must be less than 2**32, not {self.seed}")
         if self.warmup + self.cooldown > 1:
@@ -79,6 +88,18 @@ class Settings:
         }
 
 
+# What other trainers call some of these settings.
+ALSO = {"learning_rate": "lr", "num_epochs": "epochs"}
+
+
+def own_names(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` with each setting under our own name; one that is given twice is refused."""
+    for other, name in ALSO.items():
+        if other in given and name in given:
+            raise SettingError(f"{other} is another name of {name}: give one of them")
+    return {ALSO.get(name, name): value for name, value in given.items()}
+
+
 def parameters(function: Callable) -> dict[str, Any]:
     """Name and type of everything that can be set by name on `function` or dataclass."""
     hints = typing.get_type_hints(function)
@@ -94,6 +115,23 @@ def check_names(given: Mapping[str, Any], known: typing.Iterable[str], what: str
             everything = ", ".join(sorted(known))
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {everything}"
             raise SettingError(f"there is no {what} {name!r}{hint}")
+
+
+def within(name: str, value: float, least: float, most: float) -> None:
+    """Refuse the `value` of the setting `name` unless it is from `least` to `most`."""
+    if not least <= value <= most:
+        raise SettingError(f"{name} must be from {least:,} to {most:,}, not {value:,}")
+
+
+def check_heads(d_model: int, nhead: int) -> None:
+    """Refuse a width that so many heads cannot share; see `nn.SelfAttention`."""
+    within("d_model", d_model, 1, 16_384)
+    within("nhead", nhead, 1, 1024)
+    if d_model % (4 * nhead):
+        raise SettingError(
+            f"d_model {d_model} must be a multiple of 4 times nhead {nhead}: each head's part must "
+            "be a multiple of 4"
+        )
 
 
 def cast(name: str, value: Any, kind: Any) -> Any:
@@ -130,6 +168,11 @@ def cast(name: str, value: Any, kind: Any) -> Any:
         return int(number)
     if kind is str:
         return str(value)
+    if kind == tuple[str, ...]:
+        words = value.split(",") if isinstance(value, str) else value
+        if not isinstance(words, (list, tuple)) or not all(isinstance(w, str) for w in words):
+            raise SettingError(f"{name} must be a list of words, not {value!r}")
+        return tuple(word.strip() for word in words if word.strip())
     return value
 
 

@@ -6,32 +6,34 @@ seconds after training are counted too.
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Image
-from matplotlib.figure import Figure
 
-from timebox import files, optim
+from timebox import optim
 from timebox.clock import Costs
+from timebox.picture import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    PURPLE,
+    RED,
+    Picture,
+    metrics,
+    panels,
+    picture,
+    title,
+)
 from timebox.plan import Plan, Position
-from timebox.record import PHASES
+from timebox.record import PHASES, read
 from timebox.session import Session
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, RED, PURPLE, YELLOW = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#F0E442"
-)  # fmt: skip
-INK, GREY, PALE = "#333333", "#8A8A8A", "#E6E6E6"
-WIDTH = 10.0  # inches of a picture, all text is sized for it
-SHOWN, KEPT = 90, 180  # pixels per inch on the screen and in the file
+from timebox.text import bars, plot
 
 WHAT = {
     "submission.json": "the submission",
@@ -45,17 +47,6 @@ WHAT = {
 }
 
 
-def picture(figure: Figure, path: Path, alt: str) -> Image:
-    """`figure` saved as the PNG `path` and ready to be shown; a full disk only costs the file."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=KEPT, facecolor="white")
-    with suppress(OSError):
-        files.write_whole(path, lambda beside: beside.write_bytes(drawn.getvalue()))
-    width = round(figure.get_figwidth() * SHOWN)
-    # As metadata, because an older IPython has no argument for it.
-    return Image(drawn.getvalue(), format="png", width=width, metadata={"alt": alt})
-
-
 def parts(model: torch.nn.Module) -> pd.DataFrame:
     """Parameters by part of `model`: their number and its share of all."""
     counts = {name: _count(child) for name, child in model.named_children()}
@@ -66,7 +57,7 @@ def parts(model: torch.nn.Module) -> pd.DataFrame:
     return pd.DataFrame(rows, [*counts, "all"], ["parameters", "share"]).rename_axis("part")
 
 
-def schedule(session: Session) -> Image:
+def schedule(session: Session) -> Picture:
     """The learning rate that is planned for this session, against its minutes."""
     settings, clock = session.settings, session.clock
     plan = Plan(settings, clock, Costs(), session.task.data.steps, session.tail)
@@ -76,7 +67,7 @@ def schedule(session: Session) -> Image:
     share = (end - begin) / max(end - begin + plan.later(position), 1e-9)
     last = position.progress + (1 - position.progress) * share
 
-    figure, (axes,) = _figure(2.6)
+    figure, (axes,) = panels(2.6)
     seconds = np.linspace(begin, end, 400)
     progress = np.linspace(position.progress, last, 400)
     rate = [optim.rate(p, settings.warmup, settings.cooldown) for p in progress]
@@ -91,35 +82,48 @@ def schedule(session: Session) -> Image:
     axes.text(deadline / unit, 1.04, "deadline", color=RED, ha="right", va="bottom")
     axes.set(xlim=(0, deadline / unit * 1.002), ylim=(0, 1.02), xlabel=f"{name} of this session")
     axes.set_yticks([0, 0.5, 1], ["0", "half", "peak"])
+    limits = {"epochs": settings.epochs, "steps": settings.max_steps}
+    most = " and ".join(f"{count:,} {name}" for name, count in limits.items() if count)
     text = f"trains from {_time(begin)} to {_time(end)} of {_time(deadline)}"
-    _title(axes, "Learning rate: " + text)
-    return picture(figure, session.folder / "schedule.png", f"Learning rate, {text}")
+    text += f", at most {most}" if most else ""
+    title(axes, "Learning rate: " + text)
+    points = [(0.0, 0.0), *zip(seconds / unit, rate, strict=True), (deadline / unit, 0.0)]
+    alt = f"Learning rate, {text}"
+    drawn = plot({"share of the peak rate": points}, f"{name} of this session", height=6)
+    return picture(figure, session.folder / "schedule.png", alt, f"{alt}\n{drawn}")
 
 
-def curves(session: Session, floor: float | None = None) -> Image:
+def curves(run: Session | Path, floor: float | None = None) -> Picture:
     """Loss and validation score against the minutes, over all sessions of the run.
 
-    `floor`: the validation score of the floor submission, as a dotted line.
+    `run`: a session, or the folder of any run, finished or not: its files are enough. `floor`:
+    the validation score of the floor submission, as a dotted line.
     """
-    record, better = session.record.data, session.task.better
-    lines = list(_metrics(session.folder))
-    figure, (left, right) = _figure(3.3, columns=2)
+    folder, record = _files(run)
+    metric, better = str(record["metric"]), record["better"]
+    lines = list(metrics(folder))
+    figure, (left, right) = panels(3.3, columns=2)
     sessions = [line["from"] for line in lines if line["from"] > 0]
     last = max((line["at"] for line in lines), default=1.0)
     unit, name = (1, "minutes") if last < 120 else (60, "hours")
+    across = name + " of the run"
 
     kinds = {line["kind"] for line in lines}
     kind = "train" if "train" in kinds else "epoch"  # a short run may have no line of progress
-    trained = [(line["at"] / unit, line["loss"]) for line in lines if line["kind"] == kind]
-    _line(left, [p for p in trained if p[1] is not None], BLUE, "No training step was reported")
-    _title(left, "Training loss")
+    losses = {
+        "training": _points(lines, kind, "loss", unit),
+        "validation": _points(lines, "evaluation", "loss", unit),
+    }
+    if metric == "loss" or not losses["validation"]:
+        del losses["validation"]
+    _line(left, losses["training"], BLUE, "No training step was reported")
+    if "validation" in losses:
+        _line(left, losses["validation"], PURPLE, "")
+        left.legend([*losses], frameon=False, labelcolor=INK)
+    words = "Training and validation loss" if "validation" in losses else "Training loss"
+    title(left, words)
 
-    metric = str(record.get("metric") or session.task.metric)
-    scored = [
-        (line["at"] / unit, line[metric])
-        for line in lines
-        if line["kind"] == "evaluation" and line.get(metric) is not None
-    ]
+    scored = _points(lines, "evaluation", metric, unit)
     _line(right, scored, ORANGE, "No evaluation was made")
     values = [score for _, score in scored] + ([floor] if floor is not None else [])
     percent = bool(values) and all(0 <= value <= 1 for value in values)
@@ -131,41 +135,53 @@ def curves(session: Session, floor: float | None = None) -> Image:
             f"floor {_number(floor, percent)}", (1, floor), (-4, 3), color=INK, ha="right",
             xycoords=("axes fraction", "data"), textcoords="offset points",
         )  # fmt: skip
+    marks = {}
     if scored:
-        best = max(scored, key=lambda point: better * point[1])
+        best = _best(lines, scored, unit, better, metric)
+        marks[f"best {_number(best[1], percent)}"] = best
         right.plot(*best, "o", markersize=11, markerfacecolor="none", color=RED, markeredgewidth=2)
         early = best[0] < 0.4 * last / unit  # its label stays inside the picture
         right.annotate(
-            f"best {_number(best[1], percent)}", best, (9 if early else -9, 7 * better),
+            *marks, best, (9 if early else -9, 7 * better),
             textcoords="offset points", ha="left" if early else "right",
             va="bottom" if better > 0 else "top", color=RED,
         )  # fmt: skip
         low, high = min(values), max(values)
         room = 0.15 * (high - low or abs(high) or 1)
         right.set_ylim(low - room, high + room)
-    _title(right, f"Validation: {_words(metric)}" + (" (lower is better)" if better < 0 else ""))
+    judged = f"Validation: {_words(metric)}" + (" (lower is better)" if better < 0 else "")
+    title(right, judged)
     for axes in (left, right):
-        axes.set(xlim=(0, 1.02 * last / unit), xlabel=name + " of the run")
+        axes.set(xlim=(0, 1.02 * last / unit), xlabel=across)
         for begin in sessions:
             axes.axvline(begin / unit, color=PALE, linewidth=1.5, zorder=0)
-    alt = f"Training loss and validation {_words(metric)} against {name}"
-    return picture(figure, session.folder / "curves.png", alt)
+    alt = f"{words} and validation {_words(metric)} against {name}"
+    level = None if floor is None else (f"floor {_number(floor, percent)}", floor)
+    drawn = f"{words}\n{plot(losses, across, begin=0)}\n\n{judged}\n" + plot(
+        {"": scored}, across, marks, level, lambda v: _number(float(v), percent), begin=0
+    )
+    return picture(figure, folder / "curves.png", alt, drawn)
 
 
-def minutes(session: Session) -> Image:
-    """Where the time went: one bar from the session's start to its deadline."""
-    record = session.record.data
+def minutes(run: Session | Path) -> Picture:
+    """Where the time of the latest session went: one bar from its start to its deadline.
+
+    `run`: as in `curves`.
+    """
+    folder, record = _files(run)
     spent, budget = record["seconds"], record["budget_seconds"]
     colours = dict(zip(PHASES, (GREY, BLUE, ORANGE, GREEN, PURPLE), strict=True))
-    figure, (axes,) = _figure(1.45)
-    begin = 0.0
+    figure, (axes,) = panels(1.45)
+    begin, shares = 0.0, {}
     for phase in PHASES:
         seconds = spent.get(phase, 0.0)
         label = f"{phase} {_time(seconds)} ({seconds / budget:.1%})"
         axes.barh(0, seconds, left=begin, color=colours[phase], height=0.8, label=label)
         begin += seconds
+        shares[f"{phase} {_time(seconds)}"] = seconds / budget
     rest = max(0.0, budget - begin)
     label = f"left {_time(rest)} ({rest / budget:.1%})"
+    shares[f"left {_time(rest)}"] = rest / budget
     axes.barh(0, rest, left=begin, color="white", edgecolor=PALE, height=0.8, label=label)
     axes.set(xlim=(0, max(budget, begin)), ylim=(-0.5, 0.5))
     axes.set_yticks([])
@@ -177,8 +193,9 @@ def minutes(session: Session) -> Image:
         handlelength=1, handletextpad=0.4, columnspacing=1.2,
     )  # fmt: skip
     text = f"{_time(spent.get('train', 0.0))} of {_time(budget)} went into training steps"
-    _title(axes, text[0].upper() + text[1:])
-    return picture(figure, session.folder / "minutes.png", text)
+    title(axes, text[0].upper() + text[1:])
+    drawn = f"{text[0].upper()}{text[1:]}\n{bars(shares, most=1)}"
+    return picture(figure, folder / "minutes.png", text, drawn)
 
 
 def results(session: Session) -> pd.DataFrame:
@@ -187,15 +204,24 @@ def results(session: Session) -> pd.DataFrame:
     scores = record["scores"].get("evaluation") or {}
     if not scores:
         return pd.DataFrame({"this run": ["nothing was scored"]}, index=[record["status"]])
-    rows = {"this run": scores, **record["baselines"].get("evaluation", {})}
+    # Where no weights beat the floor on validation it is the floor that was submitted.
+    own = "this run (the floor)" if record["submission"].get("floor") else "this run"
+    rows = {own: scores, **record["baselines"].get("evaluation", {})}
     shown = {n: {k: v for k, v in row.items() if isinstance(v, float)} for n, row in rows.items()}
     items = f"{scores.get('items', 0):,} of {scores.get('items_total', 0):,} items"
     return table(shown).T.rename_axis(items)
 
 
 def table(rows: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """Scores by name and row as text; a column whose numbers are shares of one, in percent."""
-    names = list(dict.fromkeys(n for row in rows.values() for n in row if n != "tie_break"))
+    """Scores by name and row as text; a column whose numbers are shares of one, in percent.
+
+    Scores by class, which are dicts, and what is no number are left out.
+    """
+    rows = {
+        name: {n: v for n, v in row.items() if isinstance(v, (int, float)) and n != "tie_break"}
+        for name, row in rows.items()
+    }
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
     columns = {}
     for name in names:
         values = [row.get(name) for row in rows.values()]
@@ -216,30 +242,15 @@ def kept(session: Session) -> pd.DataFrame:
                 and path.name not in ("stop", "manifest.json")
             ):
                 picture = "a picture of this notebook" if path.suffix == ".png" else ""
-                top = "among the best weights" if path.name.startswith("top-") else ""
-                what = WHAT.get(path.name, picture or top)
+                weights = {"top": "among the best weights", "epoch": "the end of this epoch"}
+                other = weights.get(path.name.partition("-")[0], "")
+                what = WHAT.get(path.name, picture or other)
                 name = f"{folder.parent.name}/{folder.name}/{path.name}"
                 rows.append((name, _size(path.stat().st_size), what))
     return pd.DataFrame(rows, columns=["file", "size", "what it is"]).set_index("file")
 
 
 # ----------------------------------------------------------------------------------------- parts
-
-
-def _figure(height: float, columns: int = 1) -> tuple[Figure, list]:
-    figure = Figure(figsize=(WIDTH, height))
-    margin = {"left": 0.075, "right": 0.985, "top": 1 - 0.42 / height, "bottom": 0.55 / height}
-    grid = figure.subplots(1, columns, squeeze=False, gridspec_kw={**margin, "wspace": 0.2})
-    for axes in grid[0]:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(GREY)
-        axes.tick_params(color=GREY, labelcolor=INK)
-        axes.xaxis.label.set_color(INK)
-    return figure, list(grid[0])
-
-
-def _title(axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=11, color=INK, fontweight="bold")
 
 
 def _line(axes, points: list[tuple[float, float]], colour: str, without: str) -> None:
@@ -253,23 +264,31 @@ def _line(axes, points: list[tuple[float, float]], colour: str, without: str) ->
     axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, marker=marker, markersize=4)
 
 
-def _metrics(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of metrics.jsonl with "at", the minutes since the run's first session began.
+def _files(run: Session | Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of a run, and what its run.json says or is going to say."""
+    if not isinstance(run, Path):
+        return run.folder, run.record.data
+    if (found := read(run)) is None:
+        raise ValueError(f"{run} holds no run.json of a run")
+    return run, found
 
-    "from" is where the line's own session began; each session counts its minutes from 0.
-    """
-    begin = last = 0.0
-    with suppress(OSError):
-        for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-                minutes = float(line["minutes"])
-            except (ValueError, KeyError, TypeError):  # a line cut short by a crash
-                continue
-            if begin + minutes < last:
-                begin = last
-            last = begin + minutes
-            yield {**line, "at": last, "from": begin}
+
+def _points(
+    lines: list[dict[str, Any]], kind: str, name: str, unit: float
+) -> list[tuple[float, float]]:
+    """The numbers called `name` in the lines of a kind, each with its time in units of minutes."""
+    return [
+        (line["at"] / unit, float(line[name]))
+        for line in lines
+        if line["kind"] == kind and isinstance(line.get(name), (int, float))
+    ]
+
+
+def _best(lines, scored, unit: float, better: int, metric: str) -> tuple[float, float]:
+    """The evaluation whose weights were kept; in files that do not say it, the best score."""
+    best = [line for line in lines if line.get("best") is True]
+    kept = _points(best, "evaluation", metric, unit)
+    return kept[-1] if kept else max(scored, key=lambda point: better * point[1])
 
 
 def _count(module: torch.nn.Module) -> int:

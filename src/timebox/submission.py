@@ -54,6 +54,10 @@ class Submission:
         known = self.keys.get(files.sha256(path)) if path.exists() else None
         return [float("-inf") if v is None else v for v in known] if known else FLOOR
 
+    def is_floor(self) -> bool:
+        """True if no model's submission is in place."""
+        return self.key() == FLOOR
+
     def offer(self, model, key: list[float], share: Share) -> dict | None:
         """Export `model`, whose validation key is `key`; its notes if it was put in place.
 

@@ -34,17 +34,19 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """A task is these ten things. The loop knows them by these names and by no other."""
+    """A task is these eleven things. The loop knows them by these names and by no other."""
 
     name: str
     metric: str  # the key of score()'s answer that chooses the best weights
     better: int  # +1: higher is better, -1: lower is
     data: Data
-    model: Callable[[], torch.nn.Module]  # has loss(batch) -> (scalar, {name: number to log})
+    # Has loss(batch) -> (the loss, summed by weight, {name: mean over the batch, to be logged}).
+    model: Callable[[], torch.nn.Module]
     optimizer: Callable[[torch.nn.Module, Any], Any]  # (model, Settings) -> see timebox.optim
     # score(model | None, share, limit) -> scores on the first `limit` validation items in a fixed
     # random order (None: all); says "items" (scored) and "items_total"; None scores the floor.
-    # "tie_break" (higher is better), where given, decides between equal metrics.
+    # "tie_break" (higher is better), where given, decides between equal metrics; "example", a
+    # line about one item, is said beside the scores; nested dicts are only written down.
     score: Callable[[torch.nn.Module | None, Share, int | None], dict]
     # export(model | None, folder, share) -> notes; writes valid submission.json and
     # eval_predictions.json into folder: the cheapest complete version first, then better ones
@@ -55,3 +57,5 @@ class Task:
     # evaluation answers; adds the truth's verdict to eval_predictions.json.
     report: Callable[[Path], dict]
     check: Callable[[Path], None]  # raises ValueError unless the files in folder are valid
+    # score() of a model also says its "loss": the mean over these items of what model.loss means.
+    validation_loss: bool = False

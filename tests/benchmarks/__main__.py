@@ -4,6 +4,10 @@
 2. What the loop costs over a bare PyTorch loop that takes the same steps.
 3. What a checkpoint costs, against the training time it protects.
 4. Seconds from the command to a valid submission.
+5. Seconds of listops training until every test input is answered, against the guide's recipe.
+6. Collatz examples made and trained on per second, against the guide's loop written plainly.
+
+`make bench ARGS=collatz` runs those whose name has the word.
 """
 
 from __future__ import annotations
@@ -18,7 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tests.benchmarks.collatz import examples_made, examples_trained
 from tests.benchmarks.guide import GuideLoop, GuideModel
+from tests.benchmarks.listops import seconds_to_perfect
 from timebox.checkpoint import Store
 from timebox.device import pick
 from timebox.loop import train
@@ -35,7 +41,11 @@ def main() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     device = pick("auto", "auto", "off", 600)
     print(f"{device.name}, {device.dtype}, torch {torch.__version__}", flush=True)
-    for benchmark in (pairs_per_second, loop_overhead, checkpoint_cost, start_up):
+    own = [pairs_per_second, loop_overhead, checkpoint_cost, start_up]
+    for benchmark in (*own, seconds_to_perfect, examples_made, examples_trained):
+        home = f"{benchmark.__module__}.{benchmark.__name__}"
+        if not all(word in home for word in sys.argv[1:]):
+            continue
         name, value, aim, detail = benchmark(device)
         print(f"{name:<34}{value:>10}   aim {aim:<16}{detail}", flush=True)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from timebox import optim
-from timebox.settings import SettingError
+from timebox.settings import within
 from timebox.task import Task
 from timebox.tasks.arc.data import ArcData, open_source
 from timebox.tasks.arc.export import Predictions
@@ -20,6 +20,7 @@ from timebox.tasks.arc.model import BATCH_TOKENS, GridModel
 # What may change between the sessions of one run: where the same data lies, and what is done
 # with a trained model.
 SESSION_OPTIONS = ("data_dir", "layout", "views")
+RECIPES: dict[str, dict] = {}  # none beside the defaults
 
 
 def task(
@@ -42,10 +43,10 @@ def task(
     examples in a batch. `recolour`: share of the visits in which an example's colours are
     exchanged. `views`: the most views of one input that vote.
     """
-    _within("batch_tokens", batch_tokens, 0, 10**7)
-    _within("batch_examples", batch_examples, 1, 10**6)
-    _within("recolour", recolour, 0, 1)
-    _within("views", views, 1, 10**6)
+    within("batch_tokens", batch_tokens, 0, 10**7)
+    within("batch_examples", batch_examples, 1, 10**6)
+    within("recolour", recolour, 0, 1)
+    within("views", views, 1, 10**6)
     data = ArcData(
         open_source(data_dir, version),
         seed,
@@ -68,8 +69,3 @@ def task(
         report=predictions.report,
         check=predictions.check,
     )
-
-
-def _within(name: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:
-        raise SettingError(f"{name} must be from {least} to {most}, not {value}")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from timebox.clock import Share
-from timebox.files import read_json, write_json
+from timebox.files import read_json, refuse, write_json
 from timebox.tasks.arc.data import (
     COLOURS,
     SAME_COLOURS,
@@ -370,7 +370,7 @@ class Predictions:
             for k, attempts in enumerate(outputs)
             if len(attempts) == 2 and np.array_equal(*attempts)
         ]
-        _raise(path, problems)
+        refuse(path, problems)
         path = Path(folder) / PREDICTIONS
         predictions = read_json(path)
         if type(predictions) is not list:
@@ -390,15 +390,9 @@ class Predictions:
                     problems.append(str(error))
         if len(predictions) != len(self.evaluation):
             problems.append(f"has {len(predictions)} entries, not {len(self.evaluation)}")
-        _raise(path, problems)
+        refuse(path, problems)
 
 
 def _place(item: Item) -> tuple:
     """The same for an input that two sets share."""
     return item.task, item.input.shape, item.input.tobytes()
-
-
-def _raise(path: Path, problems: list[str]) -> None:
-    if problems:
-        more = f" and {len(problems) - 5} more problems" if len(problems) > 5 else ""
-        raise ValueError(f"{path} is not valid: {'; '.join(problems[:5])}{more}")

@@ -115,7 +115,8 @@ class GridModel(nn.Module):
             own_BM = (target_BM != IGNORED) & (target_BM != OUTSIDE)
             right_BM = (logits_BMC.argmax(-1) == target_BM) & own_BM
             share_B = right_BM.sum(1) / own_BM.sum(1)
-            return loss, {"cell accuracy": (share_B * batch["weight"]).sum()}
+            part_B = batch["weight"] / batch["weight"].sum().clamp_min(1e-12)
+            return loss, {"cell accuracy": (share_B * part_B).sum()}
 
     @torch.inference_mode()
     def predict(self, views: list[View]) -> list[tuple[Grid, float]]:

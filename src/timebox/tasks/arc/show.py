@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from IPython.display import Image
 from matplotlib.figure import Figure
 
-from timebox.files import read_json, write_whole
+from timebox.files import read_json
+from timebox.picture import BAD, GOOD, GREY, INK, SHOWN, WIDTH, Picture, keep
 from timebox.task import Task
 from timebox.tasks.arc.data import SETS, ArcData, Grid, Puzzle
 
@@ -27,15 +27,14 @@ PALETTE = np.array(
     dtype=np.uint8,
 )  # fmt: skip
 LINE = np.array((85, 85, 85), dtype=np.uint8)
-INK, GREY, GREEN, RED = "#333333", "#8A8A8A", "#007A5A", "#C44E00"
 SCALE = 2  # pixels painted per pixel shown
-WIDTH = 900  # pixels shown
+ACROSS = round(WIDTH * SHOWN)  # pixels shown
 
 
 class Canvas:
     """A white picture of `width` by `height` shown pixels; grids and words are put on it."""
 
-    def __init__(self, height: int, width: int = WIDTH):
+    def __init__(self, height: int, width: int = ACROSS):
         self.width, self.height = width, height
         self.pixels = np.full((height * SCALE, width * SCALE, 3), 255, dtype=np.uint8)
         self.words: list[tuple] = []
@@ -75,26 +74,23 @@ class Canvas:
         """`text` at (x, y); `size` in points, `how` as in matplotlib."""
         self.words.append((text, x, y, {"fontsize": size, "color": colour, **how}))
 
-    def picture(self, path: Path | None, alt: str) -> Image:
+    def picture(self, path: Path | None, alt: str) -> Picture:
         """The picture, saved as the PNG `path` too; a disk that is full only costs the file."""
-        inch = 90 * SCALE
+        inch = SHOWN * SCALE
         figure = Figure(figsize=(self.width * SCALE / inch, self.height * SCALE / inch), dpi=inch)
         figure.figimage(self.pixels)
         for text, x, y, how in self.words:
             figure.text(x / self.width, 1 - y / self.height, text, **how)
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", dpi=inch)
-        if path is not None:
-            with suppress(OSError):
-                write_whole(path, lambda beside: beside.write_bytes(drawn.getvalue()))
-        return Image(drawn.getvalue(), format="png", width=self.width, metadata={"alt": alt})
+        return keep(drawn.getvalue(), self.width, path, alt)
 
 
-def examples(task: Task, folder: Path | None = None, count: int = 6) -> Image:
+def examples(task: Task, folder: Path | None = None, count: int = 6) -> Picture:
     """`count` training puzzles: their demonstrations, input above output, and a test input."""
     puzzles = _small(task.data, count)
     across, box, gap = 3, 64, 7
-    panel, tall = WIDTH / across, 2 * box + 58
+    panel, tall = ACROSS / across, 2 * box + 58
     canvas = Canvas(height=int(max(1, -(-len(puzzles) // across)) * tall))
     for k, puzzle in enumerate(puzzles):
         x, y = (k % across) * panel + 8, (k // across) * tall + 22
@@ -141,7 +137,7 @@ def sets(task: Task) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("set")
 
 
-def answers(task: Task, folder: Path, count: int = 6) -> Image:
+def answers(task: Task, folder: Path, count: int = 6) -> Picture:
     """Answers to the evaluation set beside the truth: solved ones first, then the nearest misses.
 
     In an answer of the right size the wrong cells are marked.
@@ -157,7 +153,7 @@ def answers(task: Task, folder: Path, count: int = 6) -> Image:
     chosen = solved[: max(count // 2, count - len(failed))]
     chosen += failed[: count - len(chosen)]
     across, box, gap = 2, 128, 14
-    panel, tall = WIDTH / across, box + 62
+    panel, tall = ACROSS / across, box + 62
     rows = -(-len(chosen) // across)
     canvas = Canvas(height=int(36 + max(1, rows) * tall))
     words = f"{len(solved):,} of {len(judged):,} evaluation outputs solved by either attempt"
@@ -169,11 +165,11 @@ def answers(task: Task, folder: Path, count: int = 6) -> Image:
         first, second = (np.array(entry[n], np.uint8) for n in ("prediction", "attempt_2"))
         answer = second if entry["solved"] and not entry["exact"] else first
         same_size = answer.shape == right.shape
-        verdict, colour = f"solved by attempt {1 if answer is first else 2}", GREEN
+        verdict, colour = f"solved by attempt {1 if answer is first else 2}", GOOD
         if not entry["solved"]:
             wrong = int((answer != right).sum()) if same_size else 0
             verdict = f"{wrong} of {right.size} cells wrong" if same_size else "wrong size"
-            colour = RED
+            colour = BAD
         canvas.word(entry["task_id"], x, y - 20, 9, weight="bold")
         canvas.word(verdict, x + 3 * box + 2 * gap, y - 20, 9, colour, ha="right")
         marks = answer != right if same_size else None
